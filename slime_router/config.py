@@ -130,6 +130,7 @@ class AccessSettings:
     allow_local_media: bool = setting(
         False, "media may be files of workers, or at addresses that are private"
     )
+    capture_pictures: bool = setting(True, "hold turns with pictures token by token, if workers do")
     trusted_proxies: tuple[str, ...] = setting(
         (),
         "addresses or networks whose X-Forwarded-Proto and X-Forwarded-Host count",

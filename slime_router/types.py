@@ -214,10 +214,9 @@ class ToolDelta:
 
 @value(frozen=True, slots=True, kw_only=True)
 class GenerateCall:
-    """One generation asked for. Exactly one of `messages`, `text`, `input_ids` is given.
+    """One generation, asked for by `messages`, `text` or `input_ids`; `prompt` is made of these.
 
-    `prompt` is None until the pipeline has made it. `scope` parts the caches (adapter, cache salt,
-    extra key): prompts never cross it. A client of `/generate` asks by a `NativeCall`.
+    Prompts never cross `scope`: adapter, cache salt, extra key. `/generate` asks by `NativeCall`s.
     """
 
     is_passed_on: ClassVar[bool] = False  # the client gets the worker's own items, as they are
@@ -251,6 +250,7 @@ class GenerateCall:
     masks_refused: bool = False  # a worker has refused to capture what it samples from
     notes: tuple[str, ...] = ()  # for the receipt
     sampled: TokenIds = field(default_factory=lambda: NO_TOKENS)  # of this reply, by another worker
+    pictures: tuple[str, ...] = ()  # their digests, as they stand in `messages`
     asked_as: str = ""  # the rid that the client knows, where it is not `rid`
     kv_session: str = ""  # what workers call its session, where they tag its KV
     kind: TurnKind | None = None  # what the client says that its turn is

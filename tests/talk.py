@@ -10,7 +10,7 @@ from typing import Any
 
 from slime_router.checkpoint.checkpoint import load_tokenizer
 from slime_router.choices import History
-from slime_router.generation.prompt import MadePrompt
+from slime_router.generation.prompts.made_prompt import MadePrompt
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.types import Finish, GenerateCall, Message, TemplateOptions

@@ -117,7 +117,7 @@ CLOCKS = {
     "pool.pool": "a breaker opens and closes with time; handed in by tests",
     "integrations.trl": "TRL counts how long a rollout took",
     "integrations.verl": "verl counts how long a rollout took",
-    "generation.prompt": "the date of a conversation; handed in by tests",
+    "generation.prompts.prompt_maker": "the date of a conversation; handed in by tests",
 }
 # Tasks that last no longer than the request, the block or the process they belong to; each module
 # awaits its own.

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from slime_router.api.chat.settings import SettingsReader
 from slime_router.api.known.strictness import Strictness
-from slime_router.api.media import MediaPass
+from slime_router.api.media.media_pass import MediaPass
+from slime_router.api.media.pictures import PictureDoor
 from slime_router.api.model_names import ModelNames
 from slime_router.api.retries import Joiner
 from slime_router.api.token_ids import TokenNames, Vocabulary
@@ -76,7 +77,8 @@ class EndpointContext:
         chat_settings: reads what a chat asks for besides its messages.
         admission: limits how many requests the endpoints handle at once.
         models: what the model of a request may be.
-        media: where requests with pictures, audio or video go.
+        media: where requests with pictures, audio or video go that are not captured.
+        pictures: takes those that are.
         allowances: what clients may have a worker run or open.
         grace: ends requests that outlast a shutdown.
         isolates_owners: named keys do not share the workers' caches.
@@ -94,6 +96,7 @@ class EndpointContext:
     admission: Admission
     models: ModelNames
     media: MediaPass = field(default_factory=MediaPass.off)
+    pictures: PictureDoor = field(default_factory=lambda: PictureDoor(None))
     allowances: Allowances = NOTHING_ALLOWED
     isolates_owners: bool = False
     grace: Grace = field(default_factory=lambda: Grace(0))

@@ -10,6 +10,7 @@ from aiohttp import web
 from slime_router.api.context import EndpointContext
 from slime_router.api.delivery import deliver_stream, deliver_whole
 from slime_router.api.dialect import Dialect
+from slime_router.api.media.pictures import Pictured
 from slime_router.api.request import A, check_read, object_in, reply_headers, said_kind, with_ids
 from slime_router.auth.caller import Caller, caller
 from slime_router.edge.bodies import read_body
@@ -103,6 +104,8 @@ async def read_text(
         body = await read_allowed(context, request, raw, ids_field)
     body = context.models.checked(body)
     if media_path and context.media.is_on:
+        if spoken is not None and (pictured := context.pictures.taken(body)) is not None:
+            return pictured
         passed = await context.media.take(request, body, media_path, headers)
         if passed is not None:
             return passed
@@ -164,5 +167,8 @@ def _deliver(
     if (kind := said_kind(request.headers)) is not None:
         kinds = (replace(call, kind=kind) for call in asked.calls)
         asked = replace(asked, calls=tuple(kinds))  # type: ignore[type-var]  # it is a dataclass
+    if isinstance(body, Pictured):
+        pictured = tuple(map(body.on, asked.calls))
+        asked = replace(asked, calls=pictured)  # type: ignore[type-var]  # it is a dataclass
     deliver = deliver_stream if asked.stream else deliver_whole
     return deliver(dialect, context, request, asked, headers)

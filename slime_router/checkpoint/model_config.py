@@ -37,6 +37,7 @@ def read_config(files: CheckpointFiles) -> ModelConfig:
         architectures=_architectures(config, filename),
         model_type=str(config.get("model_type") or ""),
         is_multimodal=is_multimodal(config, processors),
+        picture_id=_picture_id(config),
     )
 
 
@@ -85,6 +86,12 @@ def _eos_ids(config: Mapping[str, Any], filename: str) -> frozenset[int]:
     if not all(map(_is_int, listed)):
         raise bad_value(filename, "eos_token_id", "a token id or a list of them", given)
     return frozenset(listed)
+
+
+def _picture_id(config: Mapping[str, Any]) -> int | None:
+    """The placeholder of a picture, by both names that `transformers` has for it."""
+    given = config.get("image_token_id", config.get("image_token_index"))
+    return given if _is_int(given) else None
 
 
 def _architectures(config: Mapping[str, Any], filename: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from slime_router.auth.caller import shown
 from slime_router.doctor.alignment import common_len
 from slime_router.doctor.drift import Drift, compare
 from slime_router.errors import BadRequest, NotFound
-from slime_router.generation.prompt import PromptMaker
+from slime_router.generation.prompts.prompt_maker import PromptMaker
 from slime_router.generation.sessions import in_session
 from slime_router.journal.fetching import Fetch
 from slime_router.template.chat_template import ChatTemplate

@@ -13,7 +13,9 @@ from slime_router.auth.caller import is_of_root
 from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.choices import Capture
 from slime_router.errors import BadRequest
-from slime_router.generation.prompt import MadePrompt, PromptMaker
+from slime_router.generation.prompts.made_prompt import MadePrompt
+from slime_router.generation.prompts.pictures import PictureProof
+from slime_router.generation.prompts.prompt_maker import PromptMaker
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.replies.parser import ReplyParser, ReplyReader
 from slime_router.replies.parsers import ReplyParsers
@@ -49,7 +51,9 @@ class Filing:
     prompt is released.
     """
 
-    __slots__ = ("_cacher", "_epoch", "_prompt", "_reader", "_reply", "call", "text_of")
+    __slots__ = (
+        "_cacher", "_epoch", "_has_to_prove", "_prompt", "_reader", "_reply", "call", "text_of"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class Filing:
             (lambda _: None) if reader is None else reader.text_of
         )
         self._epoch = 0  # the newest one of the weights that sampled it
+        self._has_to_prove = bool(call.pictures)  # that a worker has kept the rest of the prompt
 
     def __enter__(self) -> Filing:
         return self
@@ -79,12 +84,19 @@ class Filing:
         if version is not None and version != self._reply.versions.last:
             self._epoch = max(self._epoch, self._cacher.weights.note(version))
         prompt = self._prompt if self._reply.prompt is None else None
+        if self._has_to_prove and chunk.output_ids:
+            self._has_to_prove = False
+            proof, pictures = self._cacher.proof, self.call.pictures
+            self._reply.pictures = proof.placed(self._prompt.ids, pictures)
+            self._reply.unheld = proof.fault(self._prompt.ids, pictures, chunk)
         if chunk.prompt is not prompt:
             chunk = chunk._replace(prompt=prompt)
         return (chunk,) if self._reader is None else self._reader.read(chunk)
 
     def commit(self) -> None:
         """Files the whole reply before its end is passed on, so that the next turn finds it."""
+        if self._reply.unheld:
+            return
         self._cacher.file(self.call, self._prompt, self._reply, self._epoch)
 
     def __exit__(
@@ -136,6 +148,7 @@ class Cacher:
         self._capture = capture
         self._has_warned = False  # of tools whose calls stay text
         self.left_out = 0  # prompts without something that the client sent
+        self.proof = PictureProof(maker.picture_id)
 
     async def open(
         self, call: GenerateCall, reply: Reply, context_len: int | None = None

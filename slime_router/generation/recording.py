@@ -224,6 +224,9 @@ class Recorder:
         if self._capture == "off":
             return
         call, reply, prompt = turn.call, turn.reply, turn.reply.prompt
+        if reply.unheld:
+            reply.note(f"not held: the worker {reply.unheld}")
+            return
         if prompt is None or not reply.output_ids:
             if finish is not _LEFT:
                 self.counts.empty += 1
@@ -275,6 +278,7 @@ class Recorder:
             seq=self._store.next_seq,
             account=account_of(call, reply, prompt, turn.course, said, goes_on=base is not None),
             said_kind=call.kind,
+            pictures=reply.pictures,
             speculation=reply.speculation,
         )
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from slime_router.cache.node import Node
 from slime_router.cache.prefix_cache import PrefixCache
-from slime_router.generation.prompt import MadePrompt, PromptMaker
+from slime_router.generation.prompts.made_prompt import MadePrompt
+from slime_router.generation.prompts.prompt_maker import PromptMaker
 from slime_router.generation.sessions import in_session
 from slime_router.journal.fetching import Fetch
 from slime_router.tokens.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from slime_router.generation.context_limit import ContextLimit
 from slime_router.generation.counting import Counting
 from slime_router.generation.middleware import Dispatch, Middleware
 from slime_router.generation.pipeline import Pipeline
-from slime_router.generation.prompt import PromptMaker
+from slime_router.generation.prompts.prompt_maker import PromptMaker
 from slime_router.generation.recording import Recorder
 from slime_router.generation.router import Router
 from slime_router.generation.sessions import Sessions, in_session

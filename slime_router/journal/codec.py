@@ -44,8 +44,9 @@ from slime_router.types import Finish, Grammar, Pins, Receipt, Sampling, Specula
 
 _PREFIX = struct.Struct("<II")
 _KNOWN = {each.name for each in fields(Turn)}
-_MARKS = ("uncaptured", "said_kind", "speculation", "reward", "tags")  # what few turns have
-_NO_MARKS = ("", None, None, None, ())
+# What few turns have.
+_MARKS = ("uncaptured", "said_kind", "speculation", "reward", "tags", "pictures")
+_NO_MARKS = ("", None, None, None, (), ())
 _OF_SPEC = tuple(each.name for each in fields(SessionSpec))
 _OF_ACCOUNT = tuple(each.name for each in fields(Account))
 # All fields at once: while a turn is packed, the loop waits for the interpreter.
@@ -199,6 +200,7 @@ def _turn(body: memoryview, length: int) -> Turn:
             "calls": tuple((call, name) for call, name in head["calls"]),
             "handles": tuple(head["handles"]),
             "tags": tuple(head.get("tags", ())),
+            "pictures": tuple((place, digest) for place, digest in head.get("pictures", ())),
         },
         prompt_ids=prompt_ids,
         output_ids=output_ids,

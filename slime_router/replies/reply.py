@@ -157,6 +157,8 @@ class Reply:
         self.handles: list[str] = []  # ids of calls that no other turn has
         self.hidden_calls = 0
         self.receipt: Receipt | None = None  # where it says more than the prompt's
+        self.unheld = ""  # why its tokens may not be held
+        self.pictures: tuple[tuple[int, str], ...] = ()  # of the prompt: where, and which
         self.finish: Finish | None = None
         self.experts: str | None = None  # base64 of int32; they come with the finish
         self.experts_start = 0

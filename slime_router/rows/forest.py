@@ -142,6 +142,21 @@ def _hash_at(base: _Site | None, length: int) -> hashlib.blake2b:
     return result
 
 
+def _prompt_key(site: _Site) -> bytes:
+    """Equal for equal prompts. Pictures have one token, whatever they show: they count, too."""
+    key = site.prompt_hash.digest()
+    if not site.turn.pictures:
+        return key
+    digests = "".join(digest for _, digest in site.turn.pictures)
+    return hashlib.blake2b(key + digests.encode(), digest_size=16).digest()
+
+
+def _saw_the_same(older: _Site, newer: _Site) -> bool:
+    """Whether a prompt has the pictures of an older one."""
+    seen = older.turn.pictures
+    return newer.turn.pictures[: len(seen)] == seen
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Core:
     """What a prompt must begin with to realign a turn: all but what may be given up.
@@ -174,7 +189,7 @@ class _Planter:
             if len(group) > 1:
                 cores.update(self._cores(group))
         for site in self._sites:
-            key = site.prompt_hash.digest()
+            key = _prompt_key(site)
             parent, shared_len = self._parent(site, key, cores.get(site.turn.id))
             base = None if site.base is None else site.base.turn
             self._nodes[site.turn.id] = TurnNode(
@@ -206,7 +221,8 @@ class _Planter:
         while core is not None:
             if best is not None and site.base_len + core.length + self._threshold <= best[0]:
                 break  # even all of this answer is less
-            if core.site.turn.seq < site.turn.seq and self._is_free(core.site, key):
+            is_older = core.site.turn.seq < site.turn.seq
+            if is_older and _saw_the_same(core.site, site) and self._is_free(core.site, key):
                 common = site.base_len + _common_len(core, site.delta)
                 if common < min(core.site.turn.held_len, _prompt_len(site.turn)):
                     best = max(best or (0, 0, site), (common, core.site.turn.seq, core.site))

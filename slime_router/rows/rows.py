@@ -11,7 +11,7 @@ it was sampled after.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -26,7 +26,7 @@ from slime_router.trajectory.measures.distribution import Distribution
 from slime_router.trajectory.measures.top_logprobs import TopLogprobs
 from slime_router.trajectory.measures.top_logprobs import laid_out as tops_laid_out
 from slime_router.trajectory.routed_experts import ExpertsSpan, RoutedExperts, find_misfit, line_up
-from slime_router.trajectory.turn import Logprobs, Turn
+from slime_router.trajectory.turn import Logprobs, Picture, Turn
 from slime_router.types import TokenIds, WeightVersion
 
 Status: TypeAlias = Literal["completed", "truncated", "aborted"]
@@ -56,12 +56,16 @@ class RowOptions:
 
 @dataclass(frozen=True, slots=True)
 class RowTurn:
-    """A turn in a row: its output is the tokens `[start, end)`; the rest of it was given up."""
+    """A turn in a row: its output is the tokens `[start, end)`; the rest of it was given up.
+
+    `pictures` are those that came with its prompt.
+    """
 
     turn: Turn
     start: int
     end: int
     lineage: Lineage
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +95,11 @@ class Row:
     uncaptured: str = ""
     top_logprobs: TopLogprobs | None = None
     turns: tuple[RowTurn, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures in it: those of its last turn."""
+        return self.turns[-1].turn.pictures if self.turns else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,11 +291,15 @@ class RowBuilder:
             top_logprobs=tops_laid_out(
                 [(span.start, span.end, span.turn.top_logprobs) for span in spans], len(tokens)
             ),
-            turns=tuple(
-                RowTurn(span.turn, span.start, span.end, self._lineage[span.turn.id])
-                for span in spans
-            ),
+            turns=tuple(self._in_row(spans)),
         )
+
+    def _in_row(self, spans: Sequence[Span]) -> Iterator[RowTurn]:
+        before = 0  # where the prompt begins that came after the turn before
+        for span in spans:
+            own = tuple(picture for picture in span.turn.pictures if picture[0] >= before)
+            yield RowTurn(span.turn, span.start, span.end, self._lineage[span.turn.id], own)
+            before = span.end
 
     def spans(self, path: Sequence[TurnNode]) -> list[Span]:
         """The outputs along a path; each turn is trained in the first row that has it."""

@@ -29,6 +29,7 @@ from slime_router.trajectory.measures.top_logprobs import TopLogprobs, laid_out
 from slime_router.types import TokenIds, WeightVersion
 
 ROOT = -1  # the parent of what begins a row
+_DIGITS = 15  # of a digest: so many fit into 64 bits
 T = TypeVar("T")
 
 
@@ -126,11 +127,16 @@ class _Branch:
         """What the first of its rows that has it has."""
         return next((found for row in self.rows if (found := of(row)) is not None), None)
 
+    @property
+    def seen(self) -> NDArray[Any]:
+        """The tokens as they are compared."""
+        return _seen(self.rows[0], self.start, self.end)
+
     def split(self, place: int) -> None:
         """Give all from that place of its rows on to a child."""
         rest = _Branch(self.turn_id, place, self.end, list(self.rows), self.children)
         self.end = place
-        self.children = {(rest.turn_id, int(rest.tokens[0])): rest}
+        self.children = {(rest.turn_id, int(rest.seen[0])): rest}
 
 
 def _latest_first(branch: _Branch) -> list[_Branch]:
@@ -142,15 +148,28 @@ def _add(root: _Branch, row: Row) -> _Branch:
     branch = root
     for turn_id, start, end in _pieces(row):
         while start < end:
-            key = turn_id, int(row.tokens[start])
+            seen = _seen(row, start, end)
+            key = turn_id, int(seen[0])
             known = branch.children.get(key)
             if known is None:
                 known = branch.children[key] = _Branch(turn_id, start, end, [])
-            elif (same := common_prefix_len(known.tokens, row.tokens[start:end])) < len(known):
+            elif (same := common_prefix_len(known.seen, seen)) < len(known):
                 known.split(start + same)
             known.rows.append(row)
             branch, start = known, known.end
     return branch
+
+
+def _seen(row: Row, start: int, end: int) -> NDArray[Any]:
+    """Tokens of a row as they are compared: other pictures are other tokens, below zero."""
+    tokens = row.tokens[start:end]
+    if not row.pictures:  # as mostly
+        return tokens
+    seen = tokens.astype(np.int64)
+    for place, digest in row.pictures:
+        if start <= place < end:
+            seen[place - start] = -int(digest[:_DIGITS], 16) - 1
+    return seen
 
 
 def _pieces(row: Row) -> Iterator[tuple[str | None, int, int]]:

@@ -25,7 +25,8 @@ from slime_router.api.generate.dialect import GENERATE
 from slime_router.api.generate.worker_bodies import WorkerBodies
 from slime_router.api.inference.dialect import INFERENCE
 from slime_router.api.known.strictness import Strictness
-from slime_router.api.media import MediaPass
+from slime_router.api.media.media_pass import MediaPass
+from slime_router.api.media.pictures import PictureDoor
 from slime_router.api.model_names import ModelNames
 from slime_router.api.openapi.description import ApiDescription
 from slime_router.api.request import A
@@ -232,6 +233,10 @@ class Gateway:
                 self.pool.adapters,
             ),
             media=self._media(),
+            pictures=PictureDoor(
+                self.template.pictures if config.capture_pictures else None,
+                self.path.caching.proof,
+            ),
             allowances=self.bodies.allowances,
             isolates_owners=config.isolate_tenants,
             grace=self.grace,

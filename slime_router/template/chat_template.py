@@ -26,6 +26,7 @@ from slime_router.template.messages import (
     with_whole_arguments,
 )
 from slime_router.template.parts import Parts, find_parts, prints_names
+from slime_router.template.pictures import Pictures, find_pictures
 from slime_router.template.seam import Sampled, Seam
 from slime_router.template.self_test import Findings, find_ends, self_test
 from slime_router.template.spelling import Spelling, find_spelling
@@ -56,6 +57,7 @@ class ChatTemplate:
             self.spelling = find_spelling(self._try_as_it_is)
             self.parts = find_parts(self._try_as_it_is)
             self.prints_names = prints_names(self.try_render)
+        self.pictures = self._find_pictures()
         ends = find_ends(self.try_render, tokenizer)
         self._seam = Seam(tokenizer, ends)
         self._suffixes = Suffixes(self.try_render, self._seam, self._tree)
@@ -275,6 +277,15 @@ class ChatTemplate:
             return self.render(messages, options, date=date)
         except BadRequest:
             return None
+
+    def _find_pictures(self) -> Pictures | None:
+        """How the template shows pictures; None where it shows none, or not in a way known here."""
+        if self._tokenizer.chat_template is None:
+            return None
+        token, token_id = self._tokenizer.picture_token, self._tokenizer.picture_id
+        if not token or token_id is None:
+            return None
+        return find_pictures(self.try_render, self._try_as_it_is, self.parts, token, token_id)
 
     def _try_as_it_is(self, messages: list[Message], options: TemplateOptions) -> str | None:
         try:

@@ -7,7 +7,7 @@ a reply is another matter: a client may have parted what was sampled as one, see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from slime_router.template.heard import Heard
@@ -22,13 +22,20 @@ _ROLES = ("user", "assistant", "system", "tool")
 
 
 class Parts:
-    """Joins texts as one template does; `separators` has what it puts between them, by role."""
+    """Joins texts as one template does.
 
-    def __init__(self, separators: Mapping[str, str] | None = None) -> None:
+    `separators` has what it puts between them, by role; `stripped` are the roles of which it prints
+    each text without the white space around it, as Gemma's does.
+    """
+
+    def __init__(
+        self, separators: Mapping[str, str] | None = None, stripped: Collection[str] = ()
+    ) -> None:
         self._separators = dict(separators or {})
+        self._stripped = frozenset(stripped)
 
     def __repr__(self) -> str:
-        return f"<Parts {self._separators}>"
+        return f"<Parts {self._separators}, stripped {sorted(self._stripped)}>"
 
     def whole(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages with one text each; the same object where each has that already."""
@@ -42,8 +49,10 @@ class Parts:
         """The message with one text; the same object where it has that already."""
         if not _is_parted(message):
             return message
-        separator = self._separators.get(str(message["role"]).lower(), PART_SEPARATOR)
-        return {**message, "content": separator.join(_texts(message))}
+        role, texts = str(message["role"]).lower(), _texts(message)
+        if role in self._stripped:
+            texts = list(map(str.strip, texts))
+        return {**message, "content": self._separators.get(role, PART_SEPARATOR).join(texts)}
 
     def spellings(self, message: Message) -> Iterator[Message]:
         """All that a reply in parts may have been as one text, the likeliest first."""
@@ -61,16 +70,20 @@ def find_parts(try_render: TryRender) -> Parts:
 
     `try_render` takes messages as they are and returns None where the template refuses them.
     """
-    found = {}
+
+    def printed(role: str, *texts: str) -> str:
+        return try_render(_talk(role, [*map(_part, texts)]), TemplateOptions()) or ""
+
+    found, stripped = {}, []
     for role in _ROLES:
-        parts = try_render(_talk(role, [_part(_ONE), _part(_TWO)]), TemplateOptions())
-        if parts is None:
-            continue
+        parts = printed(role, _ONE, _TWO)
         for separator in _BETWEEN:
             if _ONE + separator + _TWO in parts:
                 found[role] = separator
+                if _ONE + separator + _TWO in printed(role, f"{_ONE} ", f" {_TWO}"):
+                    stripped.append(role)
                 break
-    return Parts(found)
+    return Parts(found, stripped)
 
 
 def prints_names(try_render: TryRender) -> bool:

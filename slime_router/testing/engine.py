@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from slime_router.testing.flat_tops import flat_tops, lays_flat
 from slime_router.testing.masks import mask_fields, mask_refusal
+from slime_router.testing.pictures import Sight
 from slime_router.testing.script import (
     Performance,
     Refusal,
@@ -70,6 +71,7 @@ class Engine:
     mask_cap: int | None = None  # None: it has not heard of sampling masks
     lays_tops_flat: bool = True  # where it is asked to; older workers nest them
     preferred: Item = field(default_factory=dict)  # sampling parameters beneath those of requests
+    sight: Sight | None = None  # None: it sees no pictures
 
     def start(self, body: Item, ids: Any) -> list[PlayedRun]:
         """Begins every generation that a request asks for, or none.
@@ -203,6 +205,8 @@ class Engine:
             "completion_tokens": count,
             "cached_tokens": run.cached,
         }
+        if self.sight is not None:
+            meta |= self.sight.says(heard.prompt, body)
         if run.is_aborted and not count:  # it never left the queue
             del meta["prompt_tokens"], meta["cached_tokens"]
         if body.get("return_logprob"):
@@ -227,7 +231,10 @@ class Engine:
         if self.incremental:
             text = text[len(heard.text(run.sent, self.decode)) :]
         run.sent = count
-        return {"text": text, "output_ids": heard.ids[begin:count], "meta_info": meta}
+        item: Item = {"text": text, "output_ids": heard.ids[begin:count], "meta_info": meta}
+        if self.sight is not None and body.get("return_prompt_token_ids"):
+            item["prompt_token_ids"] = self.sight.prompt(heard.prompt)
+        return item
 
     def _cached(self, prompt: Sequence[int]) -> int:
         longest = max((_common_len(prompt, seen) for seen in self.seen), default=0)

@@ -44,6 +44,7 @@ class ModelConfig:
         architectures: Names of the model's classes.
         model_type: The model's family; "" if it does not say.
         is_multimodal: Whether the model takes pictures or sound too.
+        picture_id: The token that a worker puts those of a picture in place of, if it says so.
     """
 
     vocab_size: int
@@ -53,6 +54,7 @@ class ModelConfig:
     architectures: tuple[str, ...]
     model_type: str
     is_multimodal: bool
+    picture_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class Tokenizer:
         jinja_template: The template's source where Jinja renders it; else None.
         has_developer_role: Whether messages of the role `developer` have a form of their own.
         is_multimodal: Whether the model takes pictures or sound too.
+        picture_token, picture_id: What a worker puts a picture's tokens in place of; "" and None
+            where the checkpoint does not say it.
     """
 
     def __init__(self, checkpoint: Model) -> None:
@@ -80,6 +82,8 @@ class Tokenizer:
         self.jinja_template = self.chat_template if is_jinja else None
         self.has_developer_role = self._renderer is not None and self._renderer.has_developer_role
         self.is_multimodal = config.is_multimodal or checkpoint.takes_media
+        self.picture_token = added[config.picture_id].content if config.picture_id in added else ""
+        self.picture_id = config.picture_id
         self._name = checkpoint.name
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         self._controls = ControlTokens(added, has_normalizer=bool(components(backend.normalizer)))

@@ -85,6 +85,7 @@ def packed_words(messages: Sequence[Message], reply: Message) -> bytes:
 
 
 Logprobs = NDArray[np.float32] | NDArray[np.float64]
+Picture: TypeAlias = tuple[int, str]  # the place of its token among those held, and its digest
 ByNumber: TypeAlias = dict[str, int]  # ids of turns to their numbers, the lowest first
 
 
@@ -146,6 +147,7 @@ class Turn:
     seq: int = 0  # set by the store
     account: Account | None = None  # None: recorded by a router that kept none
     said_kind: TurnKind | None = None  # by the client; see `slime_router.rows.lineage`
+    pictures: tuple[Picture, ...] = ()  # of its whole prompt
     speculation: Speculation | None = None  # where the worker reported it
     reward: float | None = None  # of this turn alone; a trainer may change it at any time
     tags: tuple[str, ...] = ()  # likewise

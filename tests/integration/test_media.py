@@ -135,11 +135,12 @@ async def test_a_refusal_of_the_worker_is_handed_on_too():
 
 
 async def test_one_line_says_that_a_turn_is_not_captured(caplog):
-    caplog.set_level(logging.INFO, "slime_router.api.media")
+    caplog.set_level(logging.INFO, "slime_router.api.media.media_pass")
     async with any_worker() as worker, serving(worker.url, enable_multimodal=True) as router:
         await router.post(f"/sessions/s{CHAT}", json=chat(IMAGE))
         assert worker.heard[0].target == CHAT, "the worker knows no sessions"
-    [line] = [r.getMessage() for r in caplog.records if r.name == "slime_router.api.media"]
+    name = "slime_router.api.media.media_pass"
+    [line] = [r.getMessage() for r in caplog.records if r.name == name]
     assert line == f"not captured: path={CHAT} session='s' reason=image at messages[1].content[1]"
 
 

@@ -10,7 +10,8 @@ import aiohttp
 import orjson
 import pytest
 
-from slime_router.generation.prompt import MadePrompt, PromptMaker
+from slime_router.generation.prompts.made_prompt import MadePrompt
+from slime_router.generation.prompts.prompt_maker import PromptMaker
 from slime_router.types import Finish, GenerateCall, VersionSpan
 from tests.integration.gateway import CHAT, until, user
 from tests.integration.scripted import events

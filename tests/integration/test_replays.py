@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from slime_router.generation.prompt import MadePrompt
+from slime_router.generation.prompts.made_prompt import MadePrompt
 from slime_router.replies.parsers import ReplyParsers
 from slime_router.replies.sglang_parsers import load_parsers
 from slime_router.types import GenerateCall, Message, ReplyFormat, TemplateOptions

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from slime_router.api.anthropic.messages import BILLING, read_conversation
 from slime_router.api.chat.messages import checked
-from slime_router.api.media import is_free_of_media
+from slime_router.api.media.media_pass import is_free_of_media
 from slime_router.api.responses.dialect import SPOKEN
 from slime_router.api.responses.items import is_reference, read_input
 from slime_router.api.responses.request import conversation_of

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slime_router.api.media import is_free_of_media
+from slime_router.api.media.media_pass import is_free_of_media
 from slime_router.template import heard
 from slime_router.template.conversation_key import reply_links
 from slime_router.template.heard import MessageTexts, Spoken

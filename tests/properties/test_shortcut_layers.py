@@ -29,7 +29,7 @@ from slime_router.failover.stitch import Stitch
 from slime_router.generation.caching import Cacher, Filing
 from slime_router.generation.counting import Count, GenerationCounts
 from slime_router.generation.pipeline import _Reading
-from slime_router.generation.prompt import MadePrompt
+from slime_router.generation.prompts.made_prompt import MadePrompt
 from slime_router.generation.weight_versions import WeightVersions
 from slime_router.replies.detectors import ReasoningDetector
 from slime_router.replies.parser import ReplyParser, ReplyReader

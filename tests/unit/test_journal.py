@@ -201,6 +201,7 @@ def same_array(a: Any, b: Any) -> bool:
         replace(TURN, distribution=MASKS, uncaptured="refused"),
         replace(TURN, indexer_topk=RoutedExperts(2, np.array([[-1, 300]], np.int16))),
         replace(TURN, uncaptured="no_top_k"),
+        replace(TURN, pictures=((1, "0" * 32), (4, "f" * 32))),
         replace(TURN, session_id=None, conversation="\x1eturn_1"),
         replace(TURN, top_logprobs=TOPS),
         replace(TURN, top_logprobs=TOPS, distribution=MASKS),

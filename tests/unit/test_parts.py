@@ -61,6 +61,27 @@ def test_what_a_template_puts_between_parts_is_tried(template, users, assistants
     assert (asked["content"], told["content"]) == (users, assistants)
 
 
+@pytest.mark.parametrize("separator", ["", "\n"])
+def test_whether_a_template_strips_each_part_is_tried(separator: str):
+    def stripped(message: Message) -> str:
+        given = message["content"]
+        texts = [given] if isinstance(given, str) else [each["text"] for each in given]
+        return separator.join(str(text).strip() for text in texts)
+
+    parts = find_parts(rendered(stripped))
+    [asked] = parts.whole([user([part(" a "), part("\nb ")])])
+    assert asked["content"] == f"a{separator}b"
+
+
+@pytest.mark.tokenizers
+def test_gemma_strips_each_part():
+    template = family("gemma3").chat_template()
+    given = [user([part(" a "), part(" b\n")])]
+    expected = template._try_as_it_is([*given], TemplateOptions())
+    assert template.render(given, TemplateOptions()) == expected
+    assert "ab" in (expected or "")
+
+
 ECHO: Message = {"role": "assistant", "content": "x"}
 
 

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from slime_router.generation import prompt
+from slime_router.generation.prompts import made_prompt
 from slime_router.tokens.encoder import INLINE_PIECES, with_head
 from slime_router.types import Piece, token_ids
 
@@ -20,9 +20,9 @@ async def test_many_pieces_are_put_together_in_a_thread_and_share_one_array(coun
         threads.append(threading.current_thread())
         return with_head(*given)
 
-    monkeypatch.setattr(prompt, "with_head", noted)
+    monkeypatch.setattr(made_prompt, "with_head", noted)
     given = tuple(Piece("x", token_ids([number, 1]), is_sampled=False) for number in range(count))
-    ids, own, slices = await prompt._joined(token_ids([7]), given)
+    ids, own, slices = await made_prompt.joined(token_ids([7]), given)
     assert ids.tolist() == [7, *(i for piece in given for i in piece.ids.tolist())]
     assert [piece.ids.tolist() for piece in slices] == [piece.ids.tolist() for piece in given]
     assert all(np.shares_memory(piece.ids, own) for piece in slices)

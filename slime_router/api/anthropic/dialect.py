@@ -12,7 +12,7 @@ from slime_router.api.context import EndpointContext
 from slime_router.api.dialect import Dialect
 from slime_router.api.endpoint import PromptLength, count_prompt
 from slime_router.api.known.names import MESSAGES_FIELDS
-from slime_router.api.media import is_free_of_media
+from slime_router.api.media.media_pass import is_free_of_media
 from slime_router.api.request import reply_headers
 from slime_router.template.heard import Spoken
 from slime_router.types import GenerateCall

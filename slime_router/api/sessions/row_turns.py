@@ -32,4 +32,5 @@ def row_turn(each: RowTurn) -> dict[str, Any]:
         "duration_s": None if account is None else account.duration_s,
         "first_token_s": None if account is None else account.first_token_s,
         "adapter": None if account is None else account.adapter or None,
+        **({"pictures": each.pictures} if each.pictures else {}),
     }

@@ -12,7 +12,7 @@ from slime_router.api.request import missing, read_object, require
 from slime_router.api.sessions.endpoints import session_in_path
 from slime_router.api.sessions.request import check_known
 from slime_router.api.sessions.rows import ROW_OPTIONS, RowsDoor
-from slime_router.errors import NotFound
+from slime_router.errors import Conflict, NotFound
 from slime_router.failover.scoring import Scored
 from slime_router.journal.fetching import Fetch
 from slime_router.trajectory.measures.scores import TeacherScore, nbytes, rescored
@@ -50,6 +50,8 @@ class ScoreDoor:
         require(type(top) is int and 0 <= top <= MAX_TOP, "top_logprobs", f"from 0 to {MAX_TOP}")
         session_id = session_in_path(request)
         session, rowset = await self._rows.preview(session_id, body)
+        if any(row.pictures for row in rowset.rows):
+            raise Conflict("Rows with pictures cannot be scored: pictures are not kept.")
         wanted = {
             row.row_id: Scored(row.tokens, len(row.tokens) - row.response_length)
             for row in rowset.rows

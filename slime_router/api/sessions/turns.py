@@ -125,6 +125,7 @@ def turn_body(turn: Turn, by: Caller, *, is_delivered: bool) -> dict[str, Any]:
         "receipt": turn.receipt.to_dict() if turn.receipt is not None else None,
         **_account_body(turn.account, has_workers=by.is_admin),
         **marks_of(turn),
+        **({"pictures": turn.pictures} if turn.pictures else {}),
     }
 
 

@@ -1,7 +1,8 @@
 """Lets SGLang be imported without a GPU. Python runs this file at start if it is on PYTHONPATH.
 
-Two imports would fail: `triton`, which is not installed, and `torchvision`, whose published wheel
-holds CUDA operators that do not load. And where SGLang notes which experts it routed tokens to, and
+Some imports would fail: `triton`, which is not installed, `torchvision`, whose published wheel
+holds CUDA operators that do not load, and models that see, which look for kernels of SGLang's at
+once, though they need none of them. And where SGLang notes which experts it routed tokens to, and
 for adapters, it wants memory that CUDA has pinned: plain memory does too. SGLang's server starts
 Python processes of its own; they inherit PYTHONPATH, and with it this file.
 """
@@ -14,6 +15,15 @@ TRITON_VERSION = "3.0.0"  # some importers compare it
 MISSING_OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+MISSING_KERNELS = tuple(
+    f"{name}(Tensor x) -> Tensor"
+    for name in (
+        "fused_qk_gemma_rmsnorm_cpu",
+        "fused_qk_gemma_rmsnorm_with_gate_cpu",
+        "fused_qkvzba_split_reshape_cat_contiguous_cpu",
+        "fused_sigmoid_mul_cpu",
+    )
 )
 
 
@@ -80,11 +90,13 @@ class Shim:
     """An entry of `sys.meta_path`: finds and loads triton, and prepares for other imports."""
 
     def __init__(self):
-        self.library = None  # the operators live as long as this object
+        self.libraries = {}  # the operators live as long as these objects
 
     def find_spec(self, name, path=None, target=None):
         if name == "torchvision":
-            self.define_operators()
+            self.define("torchvision", MISSING_OPERATORS)
+        if name == "sglang.srt.multimodal.processors":
+            self.define("sgl_kernel", MISSING_KERNELS)
         if name == "sglang.srt.state_capturer.base":
             self.allow_plain_memory()
         if name == "sglang.srt.lora.layers":
@@ -99,13 +111,14 @@ class Shim:
     def exec_module(self, module):
         """Nothing to run."""
 
-    def define_operators(self):
-        if self.library is None:
+    def define(self, namespace, schemas):
+        if namespace not in self.libraries:
             import torch
 
-            self.library = torch.library.Library("torchvision", "FRAGMENT")
-            for schema in MISSING_OPERATORS:
-                self.library.define(schema)
+            library = torch.library.Library(namespace, "FRAGMENT")
+            self.libraries[namespace] = library
+            for schema in schemas:
+                library.define(schema)
 
     def allow_plain_memory(self):
         import torch

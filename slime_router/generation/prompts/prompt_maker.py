@@ -24,34 +24,21 @@ from slime_router.cache.prefix_cache import PrefixCache
 from slime_router.choices import History
 from slime_router.errors import BadRequest
 from slime_router.generation.admission import party_of
+from slime_router.generation.prompts.made_prompt import MadePrompt, joined
+from slime_router.generation.prompts.pictures import PictureTokens
 from slime_router.template.chat_template import ChatTemplate
 from slime_router.template.conversation_key import Key
 from slime_router.template.layout import Layouts
 from slime_router.template.messages import content_text
 from slime_router.template.suffix import Question, Suffix
 from slime_router.template.transcript import Transcripts
-from slime_router.tokens.encoder import INLINE_PIECES, Whole, with_head
 from slime_router.tokens.tokenizer import Tokenizer
 from slime_router.trajectory.recognition import Conversation, Recogniser
 from slime_router.trajectory.store import TrajectoryStore
 from slime_router.trajectory.turn import Turn
-from slime_router.types import GenerateCall, Message, Piece, Prompt, Receipt, TokenIds
-from slime_router.values import replace, value
+from slime_router.types import GenerateCall, Message, Receipt, TokenIds
+from slime_router.values import replace
 from slime_router.waiting.turnstile import LONG_TALK, Turnstile, others_run
-
-
-@value(frozen=True, slots=True)
-class MadePrompt(Prompt):
-    """A prompt and what it keeps until it is released.
-
-    `pieces` are the tokens after those that the tree holds already up to `node`; they are slices of
-    `own_ids`. `left_out` names what of the new messages the template does not print.
-    """
-
-    pieces: tuple[Piece, ...] = ()
-    node: Node | None = None  # pinned; None where nothing can be filed after it
-    is_reserved: bool = False  # `base` is this prompt's until then
-    left_out: tuple[str, ...] = ()
 
 
 class PromptMaker:
@@ -77,6 +64,12 @@ class PromptMaker:
         self._continued: Counter[str] = Counter()  # turns that are continued by prompts in use
         self._layouts = Layouts()
         self._turnstile = Turnstile()
+        self._pictures = PictureTokens(tokenizer, template.pictures)
+
+    @property
+    def picture_id(self) -> int | None:
+        """The token that stands for a picture; None where the template shows none."""
+        return None if self._template.pictures is None else self._template.pictures.token_id
 
     @cached_property
     def _transcripts(self) -> Transcripts:
@@ -136,7 +129,13 @@ class PromptMaker:
         first = 0 if failed else talk.new_index(messages)
         left_out = self._template.left_out(text, messages, first, start, call.template, date)
         prompt = await self._from_text(
-            call, text, context_len, talk=talk, date=date, reason=reason, same_len=same_len
+            call,
+            self._pictures.shown(call, text),
+            context_len,
+            talk=talk,
+            date=date,
+            reason=reason,
+            same_len=same_len,
         )
         if not (notes or left_out):
             return prompt
@@ -201,7 +200,7 @@ class PromptMaker:
             if suffix is None or self._store.get(turn.id) is None:
                 return None
             self._layouts.note(call.turn_id, suffix.layout)
-            text, drop = suffix.text, suffix.drop
+            text, drop = self._pictures.shown(call, suffix.text), suffix.drop
             reason, left_out = "continues the turn", self._unsaid(call, talk, suffix)
         if drop:
             reason += "; its stop token gives way"
@@ -212,8 +211,9 @@ class PromptMaker:
             reason += "; not filed for look-ups by text"
         self._continued[turn.id] += 1
         try:
-            pieces = await self._tokenizer.encode_pieces_async(text, held, context_len)
-            ids, own_ids, pieces = await _joined(held, pieces)
+            pieces = await self._pictures.encode(text, held, context_len)
+            ids, own_ids, pieces = await joined(held, pieces)
+            self._pictures.check_places(call, ids)
         except BaseException:  # or cancelled while a long text was encoded: unpin
             self._give_back(turn.id)
             if node is not None:
@@ -293,8 +293,9 @@ class PromptMaker:
             else:
                 cached = match.node.path_ids()
             rest = text[match.text_len :]
-            pieces = await self._tokenizer.encode_pieces_async(rest, cached, context_len)
-            ids, own_ids, pieces = await _joined(cached, pieces)
+            pieces = await self._pictures.encode(rest, cached, context_len)
+            ids, own_ids, pieces = await joined(cached, pieces)
+            self._pictures.check_places(call, ids)
             base = self._base(call, match.node, ids)
             status, why = self._verdict(talk, base, match.node)
             reason = f"{reason}; {why}" if reason else why
@@ -321,14 +322,18 @@ class PromptMaker:
     def _base(self, call: GenerateCall, node: Node, ids: TokenIds) -> Turn | None:
         """The deepest recorded turn that the prompt starts with, token by token.
 
-        A named session considers only its own turns, or its rows would depend on others.
+        A named session considers only its own turns, or its rows would depend on others. Where
+        there are pictures, tokens alone do not say which: then its text does.
         """
-        if call.session_id is not None:
+        if call.session_id is not None and not call.pictures:
             return self._store.deepest_prefix(ids, call.session_id, call.scope)
         step: Node | None = node
         while step is not None:
             turn = self._store.get(step.turn) if step.turn else None
-            if turn is not None and turn.held_len == step.end:
+            is_own = call.session_id is None or (
+                turn is not None and turn.session_id == call.session_id
+            )
+            if turn is not None and is_own and turn.held_len == step.end:
                 held = self._store.held_ids(turn.id)
                 if np.array_equal(held, ids[: len(held)]):
                     return turn
@@ -387,12 +392,6 @@ class PromptMaker:
         reason: str,
     ) -> Receipt:
         return Receipt(status, reused, len(ids) - reused, call.turn_id, reason)
-
-
-async def _joined(head: TokenIds, pieces: tuple[Piece, ...]) -> Whole:
-    if len(pieces) <= INLINE_PIECES:
-        return with_head(head, pieces)
-    return await asyncio.to_thread(with_head, head, pieces)
 
 
 def _parsed(date: str | None) -> datetime | None:

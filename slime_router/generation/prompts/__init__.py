@@ -1,0 +1,1 @@
+"""Prompts: how one is made of a call, and what it keeps."""
