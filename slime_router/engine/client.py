@@ -139,16 +139,17 @@ class WorkerClient:
         capture, params = self._capture, fitted(sampling_params(call), call, worker.context_len)
         masks, tops = mask_plan(call, params, capture, worker), top_plan(call, capture)
         with_logprobs, more = wants_logprobs(call, capture), {**tops.fields, **masks.fields}
+        rid = name_at_worker(call)
         sending = self.exchange(
             worker,
             "POST",
             "/generate",
             headers=_headers(call),
             body=generate_body(  # it has no name here: it would stay until the reply is out
-                call, params, more, with_logprobs=with_logprobs, texts=self._texts
+                call, params, more, rid=rid, with_logprobs=with_logprobs, texts=self._texts
             ),
             timeout_s=timeout_s,
-            rid=name_at_worker(call),
+            rid=rid,
         )
         is_over = False  # the worker no longer runs it
         try:
@@ -157,12 +158,11 @@ class WorkerClient:
                     raise read_error(answer.status, await read_whole(answer))
                 prompt, lines = call.prompt, lines_of(answer)
                 reader = self._reader(call, params, exchange, masks, tops, with_logprobs)
-                tap = tapped(answer, call.shortcut, lines, reader)
+                way = call.shortcut
+                tap = None if way is None else tapped(answer, way, lines, reader)
                 data = b"-"
                 while data and not reader.is_finished:
-                    tap.is_waiting = True
-                    data = await read_some(answer)
-                    tap.is_waiting = False
+                    data = await (read_some(answer) if tap is None else tap.read(answer))
                     payloads = lines.feed(data) if data else lines.end()
                     chunks = reader.feed(payloads) if payloads else ()
                     if chunks and reader.weight_version != exchange.weight_version:

@@ -16,7 +16,6 @@ import orjson
 
 from slime_router.choices import Capture
 from slime_router.engine.answer import Item
-from slime_router.engine.wire.rids import name_at_worker
 from slime_router.errors import (
     BadRequest,
     MasksRefused,
@@ -124,13 +123,14 @@ def generate_body(
     params: Item,
     more: Mapping[str, Any],
     *,
+    rid: str,
     with_logprobs: bool,
     texts: PromptTexts | None = None,
 ) -> bytes | LongBody:
     """The JSON body of `POST /generate`, with `more` fields. `call.prompt` has been made.
 
-    `params` are the call's `sampling_params`. The client's own text of the ids stays as it is,
-    where nothing was made of them. `texts` has those of earlier prompts.
+    `params` are the call's `sampling_params`, `rid` is its name there. The client's own text
+    of the ids stays as it is, where nothing was made of them. `texts` has those of earlier prompts.
 
     Raises:
         BadRequest: a field of the client cannot be written as JSON.
@@ -143,7 +143,7 @@ def generate_body(
     if ids_text is None:
         body["input_ids"] = _input_ids(call, call.prompt.ids)
     body |= {
-        "rid": name_at_worker(call),
+        "rid": rid,
         "return_logprob": with_logprobs,
         "stream": call.stream,
     }

@@ -98,6 +98,8 @@ class Room:
     def took(self, worker: Worker, change: int) -> None:
         """Counts `change` more requests at the worker; fewer if it is negative."""
         self.taken += change
+        if self.most is None:
+            return  # nobody asks how many there are at one worker
         self._taken_at[worker.url] += change
         if not self._taken_at[worker.url]:
             del self._taken_at[worker.url]

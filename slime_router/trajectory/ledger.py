@@ -33,12 +33,13 @@ class Ledger:
         """Make a turn known by its requests; others may lose their words for it."""
         for name in _names(turn):
             self._turn_ids.setdefault(name, {})[turn.id] = None
-        if turn.account is None:
+        account = turn.account
+        if account is None:
             return
-        self.bytes += turn.account.size
-        if turn.account.words is not None:
-            self._with_words[turn.id] = len(turn.account.words)
-            self._words_bytes += len(turn.account.words)
+        self.bytes += account.size
+        if account.words is not None:
+            self._with_words[turn.id] = size = len(account.words)
+            self._words_bytes += size
         while self._words_bytes > self.max_words_bytes:
             self._shed(self._turns[next(iter(self._with_words))])
 

@@ -100,7 +100,7 @@ class Case:
 async def chunks_of(case: Case, call: GenerateCall, part: Part) -> list[GenerateChunk]:
     """What the worker says until it is gone; an abort has a finish."""
     tops = top_plan(call, "full")
-    raw = generate_body(call, sampling_params(call), tops.fields, with_logprobs=True)
+    raw = generate_body(call, sampling_params(call), tops.fields, rid=call.rid, with_logprobs=True)
     assert isinstance(raw, bytes)
     body = orjson.loads(raw)
     body["sampling_params"] = {**body["sampling_params"]}

@@ -23,6 +23,7 @@ from slime_router.engine.request import (
 )
 from slime_router.engine.sse import EventSplitter
 from slime_router.engine.top_logprobs import TopPlan, top_plan
+from slime_router.engine.wire.rids import name_at_worker
 from slime_router.errors import BadRequest, RouterError, WorkerFailed, WorkerRefused
 from slime_router.types import (
     Finish,
@@ -58,6 +59,7 @@ def made(given_call, capture="full"):
         given_call,
         sampling_params(given_call),
         top_plan(given_call, capture).fields,
+        rid=name_at_worker(given_call),
         with_logprobs=wants_logprobs(given_call, capture),
     )
 

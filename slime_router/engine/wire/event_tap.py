@@ -8,7 +8,7 @@ import aiohttp
 
 from slime_router.engine.chunks import ChunkReader
 from slime_router.engine.connector import WorkerProtocol
-from slime_router.engine.kept import Answer
+from slime_router.engine.kept import Answer, read_some
 from slime_router.engine.sse import BodyJoiner, EventSplitter
 from slime_router.shortcut.shortcut import Shortcut, ShortcutFailed
 from slime_router.types import GenerateChunk
@@ -32,6 +32,13 @@ class EventTap:
         self._content = content
         self._lines = lines
         self._reader = reader
+
+    async def read(self, answer: Answer) -> bytes:
+        """`read_some`, where events may be taken while the task waits."""
+        self.is_waiting = True
+        data = await read_some(answer)
+        self.is_waiting = False
+        return data
 
     def take_event(self, payload: bytes) -> bool:
         """Takes the one event that came, if it goes on as the one before, which was taken."""
@@ -79,14 +86,14 @@ class EventTap:
 
 def tapped(
     answer: Answer,
-    shortcut: Shortcut[GenerateChunk] | None,
+    shortcut: Shortcut[GenerateChunk],
     lines: EventSplitter | BodyJoiner,
     reader: ChunkReader,
 ) -> EventTap:
-    """The tap of an answer; without a short way it takes nothing."""
+    """The tap of an answer to a generation that has a short way."""
     protocol = answer.connection and answer.connection.protocol
-    tap = EventTap(shortcut or Shortcut(), answer.content, lines, reader)
-    if shortcut is not None and isinstance(protocol, WorkerProtocol):
+    tap = EventTap(shortcut, answer.content, lines, reader)
+    if isinstance(protocol, WorkerProtocol):
         shortcut.made = reader.chunk_of
         protocol.tap = tap
     return tap
