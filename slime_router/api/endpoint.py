@@ -167,7 +167,7 @@ def _deliver(
     if (kind := said_kind(request.headers)) is not None:
         kinds = (replace(call, kind=kind) for call in asked.calls)
         asked = replace(asked, calls=tuple(kinds))  # type: ignore[type-var]  # it is a dataclass
-    if isinstance(body, Pictured):
+    if isinstance(body, Pictured) and not asked.calls[0].pictures:
         pictured = tuple(map(body.on, asked.calls))
         asked = replace(asked, calls=pictured)  # type: ignore[type-var]  # it is a dataclass
     deliver = deliver_stream if asked.stream else deliver_whole

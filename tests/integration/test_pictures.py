@@ -294,6 +294,36 @@ async def test_another_worker_goes_on_with_the_pictures(seeing, stream):
         assert len(longest) == len(prompts(dying)[0]) + 2 * stream
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_stored_response_is_continued_with_its_pictures(seeing, tmp_path, stream, restarts):
+    settings: dict[str, Any] = {"hf_checkpoint": str(seeing), "journal": str(tmp_path / "journal")}
+    path = "/sessions/s/v1/responses"
+
+    async def respond(router: Served, given: Any, previous: str | None) -> tuple[str, Any]:
+        body = {"model": "m", "input": given, "previous_response_id": previous, "stream": stream}
+        async with router.http.post(path, json={**body, "max_output_tokens": 6}) as answer:
+            raw = await answer.read()
+            assert answer.status == 200, raw
+            made = _data(raw)[-1]["response"] if stream else orjson.loads(raw)
+            return made["id"], orjson.loads(answer.headers["x-slime-receipt"])
+
+    async with seeing_worker(seeing) as worker:
+        async with serving(worker.url, **settings) as router:
+            asked = [{"role": "user", "content": of_responses(RED, "What is it?")}]
+            first, _ = await respond(router, asked, None)
+            listed = (await router.get(f"/v1/responses/{first}/input_items"))[1]["data"]
+            assert [part["type"] for part in listed[0]["content"]] == ["input_image", "input_text"]
+            if not restarts:
+                second, receipt = await respond(router, "And now?", first)
+        if restarts:
+            async with serving(worker.url, **settings) as router:
+                second, receipt = await respond(router, "And now?", first)
+        assert second != first
+        assert receipt["status"] == "extended"
+        assert worker.requests[1].body["image_data"] == [RED]
+
+
 async def test_what_was_aborted_before_it_began_proves_nothing(seeing):
     async with (
         seeing_worker(seeing) as worker,

@@ -8,6 +8,7 @@ import pytest
 
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
+from slime_router.api.media.pictures import PictureDoor
 from slime_router.api.responses.request import ResponsesRequest, read_responses_request
 from slime_router.api.responses.store import ResponseStore, Stored
 from slime_router.api.token_ids import TokenNames
@@ -31,9 +32,11 @@ READER = SettingsReader(Bytes(), "tiny", NO_PARSERS)
 def read(kept: ResponseStore | None = None, **body: Any) -> ResponsesRequest:
     given = {"input": "hi", **body}
     store = kept if kept is not None else ResponseStore(9)
-    return read_responses_request(
-        given, asked(), READER, store, lambda by_id: TokenNames(Bytes(), by_id=bool(by_id))
-    )
+
+    def names(by_id: bool | None) -> TokenNames:
+        return TokenNames(Bytes(), by_id=bool(by_id))
+
+    return read_responses_request(given, asked(), READER, store, names, PictureDoor(None))
 
 
 def messages(items: Any, **body: Any) -> list[Any]:

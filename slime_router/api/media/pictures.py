@@ -10,7 +10,7 @@ import base64
 import binascii
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 from slime_router.generation.prompts.pictures import PROVES, SOURCES, PictureProof
 from slime_router.template.pictures import Pictures, digest_of, mark_of
@@ -30,10 +30,12 @@ class Pictured(dict[str, Any]):
     """The body of a request in which marks stand for pictures.
 
     Attributes:
+        as_it_came: the body with the pictures.
         sources: the pictures in order, as URLs, mostly with the data in them.
         digests: those of the pictures.
     """
 
+    as_it_came: Mapping[str, Any]
     sources: list[str]
     digests: tuple[str, ...]
 
@@ -66,6 +68,9 @@ class PictureDoor:
         """The body with marks in place of its pictures; None if it is not to be captured."""
         if not self.is_on or not _may_be_captured(body):
             return None
+        conversation = (body.get(name) for name in _CONVERSATIONS)
+        if not any(map(_has_media, (each for said in conversation for each in _listed(said)))):
+            return None
         sources: list[str] = []
         pictured = Pictured(body)
         try:
@@ -75,9 +80,9 @@ class PictureDoor:
                     pictured[name] = [self._marked(each, sources, "user") for each in messages]
         except _Unfit:
             return None
-        pictured.sources = sources
+        pictured.as_it_came, pictured.sources = body, sources
         pictured.digests = tuple(map(_digest, sources))
-        return pictured if sources else None
+        return pictured
 
     def _marked(self, holder: Any, sources: list[str], role: str) -> Any:
         """A message or a result with marks in place of pictures, which are added to `sources`."""
@@ -97,7 +102,7 @@ class PictureDoor:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind in _RESULTS:
                 yield self._marked(part, sources, role)
-            elif isinstance(kind, str) and any(name in kind for name in _MEDIA):
+            elif _is_medium(kind):
                 if role not in self._roles:
                     raise _Unfit
                 source = _source(kind, part)
@@ -108,17 +113,30 @@ class PictureDoor:
                 yield part
 
 
-def _may_be_captured(body: Mapping[str, Any]) -> bool:
-    """Whether what a body asks besides leaves a picture to its own message.
+def _listed(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else []
 
-    A stored response would be continued from its text, without the picture.
-    """
-    kwargs = body.get("chat_template_kwargs") or {}
-    if not isinstance(kwargs, dict) or not kwargs.keys() <= _HARMLESS:
+
+def _has_media(holder: Any) -> bool:
+    """Whether a message or a result has any part that is not text, as others are read."""
+    if not isinstance(holder, dict):
         return False
-    return "input" not in body or (
-        body.get("store") is False and body.get("previous_response_id") is None
+    parts = (part for name in _CONTENTS for part in _listed(holder.get(name)))
+    return any(
+        _is_medium(part.get("type")) or (part.get("type") in _RESULTS and _has_media(part))
+        for part in parts
+        if isinstance(part, dict)
     )
+
+
+def _is_medium(kind: Any) -> TypeGuard[str]:
+    return isinstance(kind, str) and any(name in kind for name in _MEDIA)
+
+
+def _may_be_captured(body: Mapping[str, Any]) -> bool:
+    """Whether what a body asks besides leaves a picture to its own message."""
+    kwargs = body.get("chat_template_kwargs") or {}
+    return isinstance(kwargs, dict) and kwargs.keys() <= _HARMLESS
 
 
 def _source(kind: str, part: Mapping[str, Any]) -> str:

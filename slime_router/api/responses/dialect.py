@@ -13,6 +13,7 @@ from slime_router.api.dialect import Dialect
 from slime_router.api.endpoint import PromptLength, count_prompt
 from slime_router.api.known.names import RESPONSES_FIELDS
 from slime_router.api.media.media_pass import is_free_of_media
+from slime_router.api.media.pictures import Pictured
 from slime_router.api.request import reply_headers
 from slime_router.api.responses.items import is_reference
 from slime_router.api.responses.reply import RESPONSES_ERRORS, ResponseBody, ResponseStream
@@ -67,7 +68,10 @@ def responses(
 def _read(
     body: dict[str, Any], request: web.Request, context: EndpointContext, kept: ResponseStore
 ) -> ResponsesRequest:
-    return read_responses_request(body, request, context.chat_settings, kept, context.token_names)
+    if isinstance(body, Pictured):  # what is stored is what came
+        body = dict(body.as_it_came)
+    reader, pictures = context.chat_settings, context.pictures
+    return read_responses_request(body, request, reader, kept, context.token_names, pictures)
 
 
 async def count_input(

@@ -14,6 +14,7 @@ from slime_router.api.chat.messages import checked
 from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
+from slime_router.api.media.pictures import PictureDoor
 from slime_router.api.request import fresh_hex, missing, named_as, require
 from slime_router.api.responses.items import NO_NAMES, Item, ModelNames, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
@@ -86,8 +87,11 @@ def read_responses_request(
     reader: SettingsReader,
     kept: ResponseStore,
     token_names: Callable[[bool | None], TokenNames],
+    pictures: PictureDoor,
 ) -> ResponsesRequest:
     """Checks every field and makes the call; `token_names` are used beside log-probabilities.
+
+    `pictures` takes those of the request, and of the responses that it continues.
 
     Raises:
         BadRequest: with the path of the field at fault, in the words of this API or of chat.
@@ -105,7 +109,9 @@ def read_responses_request(
         for tool in tools
         if tool.namespace and tool.model_name != tool.name
     }
-    chat = _chat_body(body, conversation_of(body, asked, previous, names), tools)
+    pictured = pictures.taken({**body, "input": [*before, *asked]})
+    marked = None if pictured is None else pictured["input"]
+    chat = _chat_body(body, conversation_of(body, asked, previous, names, marked), tools)
     shown = [tool for tool in tools if tool.is_shown]
     with named_as((f"tools[{k}].function", tool.path) for k, tool in enumerate(shown)):
         made = read_chat_request(chat, request, reader)
@@ -125,6 +131,8 @@ def read_responses_request(
     call = _finding(made.calls[0], tools, chat)
     notes = (f"'{path}' is not shown to the model" for path in unshown(body.get("tools")))
     call = replace(call, rid=rid, request_id=style.id, notes=(*call.notes, *notes))
+    if pictured is not None:
+        call = pictured.on(call)
     if style.is_prewarm:
         call = replace(call, sampling=replace(call.sampling, max_tokens=0))
     stores = body.get("store") is not False
@@ -212,8 +220,11 @@ def conversation_of(
     asked: tuple[Item, ...],
     previous: Stored | None,
     names: ModelNames = NO_NAMES,
+    marked: Sequence[Item] | None = None,
 ) -> Sequence[Message]:
     """The chat messages of `instructions` and of all items; `names` are those of their calls.
+
+    `marked` are all items with marks in place of their pictures, where there are any.
 
     Raises:
         BadRequest: with the path of the field at fault.
@@ -232,7 +243,8 @@ def conversation_of(
         if isinstance(written, Written):
             written.let_go()  # what they become depends on the items before them
         check_messages([*before, *asked], "input")
-        said = to_talk([*before, *asked], first=len(before), names=names).messages
+        items = [*before, *asked] if marked is None else marked
+        said = to_talk(items, first=len(before), names=names).messages
         messages, is_empty = [*head, *said], not said
     if is_empty:
         raise BadRequest("'input' cannot be empty.", param="input")
