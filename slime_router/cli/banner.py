@@ -21,8 +21,17 @@ def banner(gateway: Gateway) -> str:
         ("history", f"{config.history}; capture {config.capture}"),
         *_formats(gateway.formats),
         ("template", gateway.template.findings.summary()),
+        *_pictures(gateway),
     )
     return "slime_router is up\n" + "".join(f"  {name:<9} {value}\n" for name, value in lines)
+
+
+def _pictures(gateway: Gateway) -> list[tuple[str, str]]:
+    """What becomes of pictures, for a model that sees."""
+    if not gateway.context.media.is_on:
+        return []
+    is_on = gateway.context.pictures.is_on
+    return [("pictures", "captured" if is_on else "passed on to a worker, not captured")]
 
 
 def _formats(formats: Formats) -> list[tuple[str, str]]:

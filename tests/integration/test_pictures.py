@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from slime_router.cli.banner import banner
 from slime_router.template.pictures import digest_of, mark_of
 from slime_router.testing import FakeWorker
 from tests.integration.any_worker import any_worker
@@ -115,13 +116,15 @@ def prompts(worker: FakeWorker) -> list[list[int]]:
     return [request.body["input_ids"] for request in worker.requests]
 
 
+@pytest.mark.parametrize("history", ["held", "template"])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/responses"])
-async def test_each_turn_begins_with_all_tokens_before_it(seeing, path, stream):
+async def test_each_turn_begins_with_all_tokens_before_it(seeing, path, stream, history):
     async with (
         seeing_worker(seeing) as worker,
-        serving(worker.url, hf_checkpoint=str(seeing)) as router,
+        serving(worker.url, hf_checkpoint=str(seeing), history=history) as router,
     ):
+        assert "pictures  captured" in banner(router.gateway)
         talk = Talk(router, path, stream=stream)
         receipts = [await talk.say(RED, "What is it?"), await talk.say("And", BLUE, "this?", GREEN)]
         receipts.append(await talk.say("Thanks."))
@@ -247,6 +250,7 @@ async def test_pictures_are_passed_on_where_they_are_not_to_be_captured(seeing):
         any_worker() as worker,
         serving(worker.url, hf_checkpoint=str(seeing), capture_pictures=False) as router,
     ):
+        assert "pictures  passed on to a worker, not captured" in banner(router.gateway)
         body = {"model": "m", "messages": [user(shown(RED, "Hi"))]}
         async with router.http.post(CHAT, json=body) as response:
             assert orjson.loads(response.headers["x-slime-receipt"])["status"] == "passed"

@@ -57,9 +57,14 @@ class PictureDoor:
         self._roles = frozenset[str]() if shows is None else shows.roles
         self._proof = proof or PictureProof(None)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether pictures are captured at the moment."""
+        return bool(self._roles) and self._proof.is_on
+
     def taken(self, body: Mapping[str, Any]) -> Pictured | None:
         """The body with marks in place of its pictures; None if it is not to be captured."""
-        if not self._roles or not self._proof.is_on or not _may_be_captured(body):
+        if not self.is_on or not _may_be_captured(body):
             return None
         sources: list[str] = []
         pictured = Pictured(body)

@@ -66,8 +66,10 @@ class PictureTokens:
             return
         places, count = int(np.count_nonzero(ids == self._shows.token_id)), len(call.pictures)
         if places != count:
-            words = f"the prompt has {places} places for {count} pictures"
-            raise BadRequest(words, param="messages")
+            raise BadRequest(
+                f"the prompt has {self._shows.token} {places} times for {count} pictures",
+                param="messages",
+            )
 
 
 @dataclass(slots=True)
