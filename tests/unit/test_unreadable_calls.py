@@ -90,3 +90,51 @@ def test_a_call_of_an_array_is_read_after_one_that_is_not_json(arguments: str) -
     text = f'[TOOL_CALLS] [{first}, {{"name": "get_weather", "arguments": {{"city": "Rome"}}}}]'
     for pieces in (tokens(text), re.findall(CUTS["letters"], text)):
         assert read("mistral", pieces) == ("", [("search", arguments), GOOD])
+
+
+NAMELESS = "<tool_call>\n said \n</tool_call>"
+AFTER_CALL = ["\n</tool_call>", "<tool_call>\n", '{"name": "search"}', "\n</tool_call>"]
+IN_LARGE_PIECES = {
+    "a frame without a call, in one piece with a call that has no end": (
+        "hermes",
+        ['<tool_call>\n{"name": "search", "arguments": }' + NAMELESS],
+        (NAMELESS, [("search", "{}")]),
+    ),
+    "a frame without a call, after a call that is a name alone": (
+        "qwen25",
+        ["<tool_call>\n", '{"name": "search"}', "\n</tool_call>", NAMELESS],
+        (NAMELESS, [("search", "{}")]),
+    ),
+    "a call that is a name alone, after one that is not JSON": (
+        "qwen25",
+        ["<tool_call>\n", '{"name": "search", "arguments": {"query": "x}}', *AFTER_CALL],
+        ("", [("search", '{"query": "x}'), ("search", "{}")]),
+    ),
+    "a name alone at the end, after a frame without a call": (
+        "qwen25",
+        [*AFTER_CALL[1:], NAMELESS, *AFTER_CALL[1:3]],
+        (NAMELESS, [("search", "{}"), ("search", "{}")]),
+    ),
+    "a quote that is never closed, before a call without arguments": (
+        "llama3",
+        [
+            "<|python_tag|>",
+            '{"name": "search", "arguments": {"a": "b}}',
+            "{;<|python_tag|>",
+            '{"name": "search", "arguments": };',
+        ],
+        ("", [("search", '{"a": "b}}{;<|python_tag|>'), ("search", "{}")]),
+    ),
+    "an object that is not a call, before a mark alone": (
+        "llama3",
+        ["<|python_tag|>", '{"name": "search", "x": 1}', ";", "<|python_tag|>", "\n", ";"],
+        ('{"name": "search", "x": 1};\n;', []),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "pieces", "found"), IN_LARGE_PIECES.values(), ids=IN_LARGE_PIECES)
+def test_what_follows_in_large_pieces_is_read_as_in_small_ones(name, pieces, found) -> None:
+    """Workers give several tokens at once."""
+    for cut in (pieces, tokens("".join(pieces))):
+        assert read(name, cut) == found
