@@ -104,7 +104,8 @@ async def read_text(
         body = await read_allowed(context, request, raw, ids_field)
     body = context.models.checked(body)
     if media_path and context.media.is_on:
-        if spoken is not None and (pictured := context.pictures.taken(body)) is not None:
+        pictured = None if spoken is None else await context.pictures.take(body, len(raw))
+        if pictured is not None:
             return pictured
         passed = await context.media.take(request, body, media_path, headers)
         if passed is not None:

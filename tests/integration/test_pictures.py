@@ -259,6 +259,7 @@ async def test_pictures_are_passed_on_where_they_are_not_to_be_captured(seeing):
 @pytest.mark.parametrize(
     "content",
     [
+        [{"type": ["image_url"], "image_url": {"url": RED}}],
         mark_of(digest_of(b"red")),  # as if the picture were there
         shown(RED, mark_of(digest_of(b"red"))),
         shown(RED, f"an {PAD} of mine"),
@@ -272,7 +273,7 @@ async def test_no_text_passes_for_a_picture(seeing, content):
         await router.chat([user(shown(RED, "Hi"))], max_tokens=2)
         status, answer = await router.post(CHAT, {"messages": [user(content)], "max_tokens": 2})
         assert status == 400
-        assert answer["error"]["param"] == "messages"
+        assert answer["error"]["param"].startswith("messages")
         assert len(worker.requests) == 1
 
 
@@ -368,9 +369,10 @@ async def test_pictures_outlive_the_router(seeing, tmp_path):
             assert [digest for each in own for _, digest in each] == names_of(RED, BLUE)
 
 
-async def test_long_pictures_are_read_each_time(seeing):
+@pytest.mark.parametrize("size", [50_000, 500_000])  # in the loop's thread, and in another one
+async def test_long_pictures_are_read_each_time(seeing, size):
     """Bodies of 16 KB and more are compared with earlier ones: those with pictures are not."""
-    large = picture("x" * 50_000)
+    large = picture("x" * size)
     async with (
         seeing_worker(seeing) as worker,
         serving(worker.url, hf_checkpoint=str(seeing)) as router,

@@ -36,7 +36,7 @@ def read(kept: ResponseStore | None = None, **body: Any) -> ResponsesRequest:
     def names(by_id: bool | None) -> TokenNames:
         return TokenNames(Bytes(), by_id=bool(by_id))
 
-    return read_responses_request(given, asked(), READER, store, names, PictureDoor(None))
+    return read_responses_request(given, asked(), READER, store, names, PictureDoor(None).taken)
 
 
 def messages(items: Any, **body: Any) -> list[Any]:

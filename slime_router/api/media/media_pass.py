@@ -27,7 +27,7 @@ HandOn: TypeAlias = Callable[
 ]
 Flight: TypeAlias = Callable[[str | None], AbstractAsyncContextManager[None]]
 
-_KINDS = {
+KINDS = {
     "image": "image",
     "image_url": "image",
     "input_image": "image",
@@ -38,8 +38,8 @@ _KINDS = {
     "video_url": "video",
     "input_video": "video",
 }
-_CONVERSATIONS = ("messages", "input")
-_CONTENTS = ("content", "output")  # of messages and blocks; of a tool's result in the Responses API
+CONVERSATIONS = ("messages", "input")
+CONTENTS = ("content", "output")  # of messages and blocks; of a tool's result in the Responses API
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class MediaPass:
         """
         if self._hand_on is None or self._flight is None:
             return None
-        medium = next(_media(body), None)
+        medium = next(media_in(body), None)
         if medium is None:
             return None
         raw = await read_body(request)
@@ -130,9 +130,9 @@ def _receipt(reason: str) -> str:
     return orjson.dumps(fields).decode("ascii")
 
 
-def _media(body: Mapping[str, Any]) -> Iterator[Medium]:
+def media_in(body: Mapping[str, Any]) -> Iterator[Medium]:
     """The media in the order of the conversation, whichever API it is for."""
-    for name in _CONVERSATIONS:
+    for name in CONVERSATIONS:
         messages = body.get(name)
         if isinstance(messages, list):
             for i, message in enumerate(messages):
@@ -143,14 +143,14 @@ def _within(holder: Any, path: str) -> Iterator[Medium]:
     """The media in a message, or in a tool's result, which is a part with parts of its own."""
     if not isinstance(holder, dict):
         return
-    for name in _CONTENTS:
+    for name in CONTENTS:
         parts = holder.get(name)
         if not isinstance(parts, list):
             continue
         for j, part in enumerate(parts):
             kind = part.get("type") if isinstance(part, dict) else None
             place = f"{path}.{name}[{j}]"
-            if isinstance(kind, str) and kind in _KINDS:
-                yield Medium(_KINDS[kind], place)
+            if isinstance(kind, str) and kind in KINDS:
+                yield Medium(KINDS[kind], place)
             elif kind == "tool_result":
                 yield from _within(part, place)

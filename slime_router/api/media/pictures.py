@@ -6,12 +6,14 @@ worker to answer: see `media`.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeGuard
+from typing import Any
 
+from slime_router.api.media.media_pass import CONTENTS, CONVERSATIONS, KINDS, media_in
 from slime_router.generation.prompts.pictures import PROVES, SOURCES, PictureProof
 from slime_router.template.pictures import Pictures, digest_of, mark_of
 from slime_router.types import GenerateCall
@@ -19,9 +21,7 @@ from slime_router.values import replace
 
 # Of a template's variables, those that change nothing about pictures; others may number them.
 _HARMLESS = frozenset({"enable_thinking", "thinking", "reasoning_effort"})
-_MEDIA = ("image", "audio", "video")
-_CONVERSATIONS = ("messages", "input")
-_CONTENTS = ("content", "output")  # of messages; of a tool's result in the Responses API
+LONG_LEN = 2**17  # bytes of a body
 _RESULTS = frozenset({"tool_result", "function_call_output", "custom_tool_call_output"})
 _DATA = "data:"
 
@@ -32,17 +32,27 @@ class Pictured(dict[str, Any]):
     Attributes:
         as_it_came: the body with the pictures.
         sources: the pictures in order, as URLs, mostly with the data in them.
-        digests: those of the pictures.
+        digest_of: the digest of each of them.
     """
 
-    as_it_came: Mapping[str, Any]
-    sources: list[str]
-    digests: tuple[str, ...]
+    def __init__(self, body: Mapping[str, Any], known: Mapping[str, str]) -> None:
+        super().__init__(body)
+        self.as_it_came = body
+        self.sources: list[str] = []
+        self.digest_of = dict(known)
+
+    def mark(self, source: str) -> str:
+        """Take one more picture; returns what stands for it."""
+        self.sources.append(source)
+        if source not in self.digest_of:
+            self.digest_of[source] = _digest(source)
+        return mark_of(self.digest_of[source])
 
     def on(self, call: GenerateCall) -> GenerateCall:
         """The call with the pictures, for the worker."""
         fields = {**call.worker_fields, SOURCES: self.sources, PROVES: not call.stream}
-        return replace(call, pictures=self.digests, worker_fields=fields)
+        digests = tuple(self.digest_of[source] for source in self.sources)
+        return replace(call, pictures=digests, worker_fields=fields)
 
 
 class _Unfit(Exception):
@@ -64,73 +74,62 @@ class PictureDoor:
         """Whether pictures are captured at the moment."""
         return bool(self._roles) and self._proof.is_on
 
-    def taken(self, body: Mapping[str, Any]) -> Pictured | None:
-        """The body with marks in place of its pictures; None if it is not to be captured."""
+    async def take(self, body: Mapping[str, Any], size: int) -> Pictured | None:
+        """`taken`, in a thread for a body of many bytes: pictures are decoded, 3 ms a megabyte."""
+        if size < LONG_LEN or not self.is_on:
+            return self.taken(body)
+        return await asyncio.to_thread(self.taken, body)
+
+    def taken(
+        self, body: Mapping[str, Any], known: Mapping[str, str] = MappingProxyType({})
+    ) -> Pictured | None:
+        """The body with marks in place of its pictures; None if it is not to be captured.
+
+        `known` are digests of some of its pictures.
+        """
         if not self.is_on or not _may_be_captured(body):
             return None
-        conversation = (body.get(name) for name in _CONVERSATIONS)
-        if not any(map(_has_media, (each for said in conversation for each in _listed(said)))):
+        if next(media_in(body), None) is None:
             return None
-        sources: list[str] = []
-        pictured = Pictured(body)
+        pictured = Pictured(body, known)
         try:
-            for name in _CONVERSATIONS:
+            for name in CONVERSATIONS:
                 messages = body.get(name)
-                if type(messages) is list:
-                    pictured[name] = [self._marked(each, sources, "user") for each in messages]
+                if isinstance(messages, list):
+                    pictured[name] = [self._marked(each, pictured, "user") for each in messages]
         except _Unfit:
             return None
-        pictured.as_it_came, pictured.sources = body, sources
-        pictured.digests = tuple(map(_digest, sources))
         return pictured
 
-    def _marked(self, holder: Any, sources: list[str], role: str) -> Any:
-        """A message or a result with marks in place of pictures, which are added to `sources`."""
+    def _marked(self, holder: Any, pictured: Pictured, role: str) -> Any:
+        """A message or a result with marks in place of pictures."""
         if not isinstance(holder, dict):
             return holder
-        is_result = holder.get("type") in _RESULTS
-        role = "tool" if is_result else str(holder.get("role") or role).lower()
+        role = "tool" if _kind(holder) in _RESULTS else str(holder.get("role") or role).lower()
         marked = {
-            name: [*self._parts(holder[name], sources, role)]
-            for name in _CONTENTS
+            name: [*self._parts(holder[name], pictured, role)]
+            for name in CONTENTS
             if isinstance(holder.get(name), list)
         }
         return {**holder, **marked}
 
-    def _parts(self, parts: list[Any], sources: list[str], role: str) -> Iterator[Any]:
+    def _parts(self, parts: list[Any], pictured: Pictured, role: str) -> Iterator[Any]:
         for part in parts:
-            kind = part.get("type") if isinstance(part, dict) else None
+            kind = _kind(part)
             if kind in _RESULTS:
-                yield self._marked(part, sources, role)
-            elif _is_medium(kind):
+                yield self._marked(part, pictured, role)
+            elif kind in KINDS:
                 if role not in self._roles:
                     raise _Unfit
-                source = _source(kind, part)
-                sources.append(source)
                 text_kind = "input_text" if kind == "input_image" else "text"
-                yield {"type": text_kind, "text": mark_of(_digest(source))}
+                yield {"type": text_kind, "text": pictured.mark(_source(kind, part))}
             else:
                 yield part
 
 
-def _listed(values: Any) -> list[Any]:
-    return values if isinstance(values, list) else []
-
-
-def _has_media(holder: Any) -> bool:
-    """Whether a message or a result has any part that is not text, as others are read."""
-    if not isinstance(holder, dict):
-        return False
-    parts = (part for name in _CONTENTS for part in _listed(holder.get(name)))
-    return any(
-        _is_medium(part.get("type")) or (part.get("type") in _RESULTS and _has_media(part))
-        for part in parts
-        if isinstance(part, dict)
-    )
-
-
-def _is_medium(kind: Any) -> TypeGuard[str]:
-    return isinstance(kind, str) and any(name in kind for name in _MEDIA)
+def _kind(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _may_be_captured(body: Mapping[str, Any]) -> bool:
@@ -141,7 +140,7 @@ def _may_be_captured(body: Mapping[str, Any]) -> bool:
 
 def _source(kind: str, part: Mapping[str, Any]) -> str:
     """The URL of a picture; `_Unfit` if it is not one, or anything more is asked of it."""
-    fields, read = _KINDS.get(kind, (frozenset[str](), None))
+    fields, read = _READERS.get(kind, (frozenset[str](), None))
     url = read(part) if read is not None and part.keys() <= fields else None
     if not isinstance(url, str) or not url:
         raise _Unfit
@@ -173,7 +172,7 @@ def _is_usual(given: Mapping[str, Any]) -> bool:
 
 
 _Reader = Callable[[Mapping[str, Any]], Any]
-_KINDS: Mapping[str, tuple[frozenset[str], _Reader]] = MappingProxyType(
+_READERS: Mapping[str, tuple[frozenset[str], _Reader]] = MappingProxyType(
     {
         "image_url": (frozenset({"type", "image_url"}), _of_chat),
         "input_image": (frozenset({"type", "image_url", "detail"}), _of_responses),

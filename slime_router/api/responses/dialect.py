@@ -68,10 +68,11 @@ def responses(
 def _read(
     body: dict[str, Any], request: web.Request, context: EndpointContext, kept: ResponseStore
 ) -> ResponsesRequest:
+    reader, take = context.chat_settings, context.pictures.taken
     if isinstance(body, Pictured):  # what is stored is what came
+        take = partial(take, known=body.digest_of)
         body = dict(body.as_it_came)
-    reader, pictures = context.chat_settings, context.pictures
-    return read_responses_request(body, request, reader, kept, context.token_names, pictures)
+    return read_responses_request(body, request, reader, kept, context.token_names, take)
 
 
 async def count_input(

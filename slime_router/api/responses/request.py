@@ -14,7 +14,7 @@ from slime_router.api.chat.messages import checked
 from slime_router.api.chat.reply import logprob_entries
 from slime_router.api.chat.request import read_chat_request
 from slime_router.api.chat.settings import SettingsReader
-from slime_router.api.media.pictures import PictureDoor
+from slime_router.api.media.pictures import Pictured
 from slime_router.api.request import fresh_hex, missing, named_as, require
 from slime_router.api.responses.items import NO_NAMES, Item, ModelNames, read_input, to_talk
 from slime_router.api.responses.reply import ResponseStyle
@@ -87,11 +87,12 @@ def read_responses_request(
     reader: SettingsReader,
     kept: ResponseStore,
     token_names: Callable[[bool | None], TokenNames],
-    pictures: PictureDoor,
+    take_pictures: Callable[[Mapping[str, Any]], Pictured | None],
 ) -> ResponsesRequest:
     """Checks every field and makes the call; `token_names` are used beside log-probabilities.
 
-    `pictures` takes those of the request, and of the responses that it continues.
+    `take_pictures` takes those of the request, and of the responses that it continues; see
+    `PictureDoor.taken`.
 
     Raises:
         BadRequest: with the path of the field at fault, in the words of this API or of chat.
@@ -109,7 +110,7 @@ def read_responses_request(
         for tool in tools
         if tool.namespace and tool.model_name != tool.name
     }
-    pictured = pictures.taken({**body, "input": [*before, *asked]})
+    pictured = take_pictures({**body, "input": [*before, *asked]})
     marked = None if pictured is None else pictured["input"]
     chat = _chat_body(body, conversation_of(body, asked, previous, names, marked), tools)
     shown = [tool for tool in tools if tool.is_shown]
