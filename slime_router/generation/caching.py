@@ -148,7 +148,7 @@ class Cacher:
         self._capture = capture
         self._has_warned = False  # of tools whose calls stay text
         self.left_out = 0  # prompts without something that the client sent
-        self.proof = PictureProof(maker.picture_id)
+        self.proof = PictureProof(maker.pictures.token_id)
 
     async def open(
         self, call: GenerateCall, reply: Reply, context_len: int | None = None

@@ -154,11 +154,12 @@ async def test_each_turn_begins_with_all_tokens_before_it(seeing, path, stream, 
         assert (figures["pictures_captured"], figures["media_passed"]) == (3, 0)
 
 
-async def test_another_picture_makes_another_conversation(seeing):
+@pytest.mark.parametrize("history", ["held", "template"])
+async def test_another_picture_makes_another_conversation(seeing, history):
     """The tokens are the same: a model that saw another picture said it after other ones."""
     async with (
         seeing_worker(seeing) as worker,  # equal prompts get equal answers
-        serving(worker.url, hf_checkpoint=str(seeing)) as router,
+        serving(worker.url, hf_checkpoint=str(seeing), history=history) as router,
     ):
         red, blue = (Talk(router, CHAT, stream=False) for _ in range(2))
         await red.say(RED, "What is it?")
@@ -180,6 +181,38 @@ async def test_another_picture_makes_another_conversation(seeing):
         assert [tree["tokens"][roots[0]["end"] - 1]] == [
             seeing_tokenizer(seeing).encode("<|vision_start|>")[0]
         ]
+
+
+@pytest.mark.parametrize("history", ["held", "template"])
+async def test_a_session_continues_its_own_turns_alone(seeing, history):
+    async with (
+        seeing_worker(seeing) as worker,
+        serving(worker.url, hf_checkpoint=str(seeing), history=history) as router,
+    ):
+        talks = [Talk(router, CHAT, stream=False, session=name) for name in "ab"]
+        for parts in ((RED, "What is it?"), ("And now?",)):
+            for talk in talks:
+                await talk.say(*parts)
+        for name in "ab":
+            first, second = (await router.get(f"/sessions/{name}"))[1]["turn_list"]
+            assert second["base"] == first["turn_id"]
+
+
+async def test_a_picture_that_the_model_made_up_has_no_place_beside_others(seeing):
+    pad = seeing_tokenizer(seeing).picture_id
+    assert pad is not None
+    async with (
+        seeing_worker(seeing) as worker,
+        serving(worker.url, hf_checkpoint=str(seeing)) as router,
+    ):
+        worker.script([70, pad, 71])
+        talk = Talk(router, CHAT, stream=False)
+        await talk.say(RED, "What is it?")
+        asked = [*talk.said, user("Where?")]
+        path = f"/sessions/s{CHAT}"
+        status, answer = await router.post(path, {"messages": asked, "max_tokens": 2})
+        assert status == 400
+        assert f"{PAD} 2 times for 1 pictures" in answer["error"]["message"]
 
 
 async def test_a_result_of_a_tool_may_be_a_picture(seeing):
@@ -214,6 +247,7 @@ async def test_a_worker_that_changes_a_prompt_is_found_out(seeing, caplog, strea
         receipt = await talk.say(RED, "What is it?")
         assert receipt["status"] == "fresh"
         assert receipt["turn"] not in router.gateway.store
+        assert router.gateway.cache.size.tokens == 0
         figures = (await router.get("/metrics"))[1]["router"]
         assert (figures["pictures_captured"], figures["pictures_changed"]) == (0, 1)
         assert "pictures go to workers uncaptured from now on" in caplog.text

@@ -28,11 +28,16 @@ _CHANGED = "computed another prompt than it was sent"
 
 
 class PictureTokens:
-    """Texts with pictures as they are filed and encoded; `shows` is the template's way."""
+    """Texts with pictures as they are filed and encoded; `shows` is the template's way.
+
+    Attributes:
+        token_id: what stands for a picture; None where the template shows none.
+    """
 
     def __init__(self, tokenizer: Tokenizer, shows: Pictures | None) -> None:
         self._tokenizer = tokenizer
         self._shows = shows
+        self.token_id = None if shows is None else shows.token_id
 
     def shown(self, call: GenerateCall, text: str) -> str:
         """A rendered text with the marks of pictures where their tokens are.

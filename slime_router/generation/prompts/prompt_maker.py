@@ -64,12 +64,7 @@ class PromptMaker:
         self._continued: Counter[str] = Counter()  # turns that are continued by prompts in use
         self._layouts = Layouts()
         self._turnstile = Turnstile()
-        self._pictures = PictureTokens(tokenizer, template.pictures)
-
-    @property
-    def picture_id(self) -> int | None:
-        """The token that stands for a picture; None where the template shows none."""
-        return None if self._template.pictures is None else self._template.pictures.token_id
+        self.pictures = PictureTokens(tokenizer, template.pictures)
 
     @cached_property
     def _transcripts(self) -> Transcripts:
@@ -130,7 +125,7 @@ class PromptMaker:
         left_out = self._template.left_out(text, messages, first, start, call.template, date)
         prompt = await self._from_text(
             call,
-            self._pictures.shown(call, text),
+            self.pictures.shown(call, text),
             context_len,
             talk=talk,
             date=date,
@@ -200,7 +195,7 @@ class PromptMaker:
             if suffix is None or self._store.get(turn.id) is None:
                 return None
             self._layouts.note(call.turn_id, suffix.layout)
-            text, drop = self._pictures.shown(call, suffix.text), suffix.drop
+            text, drop = self.pictures.shown(call, suffix.text), suffix.drop
             reason, left_out = "continues the turn", self._unsaid(call, talk, suffix)
         if drop:
             reason += "; its stop token gives way"
@@ -211,9 +206,9 @@ class PromptMaker:
             reason += "; not filed for look-ups by text"
         self._continued[turn.id] += 1
         try:
-            pieces = await self._pictures.encode(text, held, context_len)
+            pieces = await self.pictures.encode(text, held, context_len)
             ids, own_ids, pieces = await joined(held, pieces)
-            self._pictures.check_places(call, ids)
+            self.pictures.check_places(call, ids)
         except BaseException:  # or cancelled while a long text was encoded: unpin
             self._give_back(turn.id)
             if node is not None:
@@ -293,10 +288,10 @@ class PromptMaker:
             else:
                 cached = match.node.path_ids()
             rest = text[match.text_len :]
-            pieces = await self._pictures.encode(rest, cached, context_len)
+            pieces = await self.pictures.encode(rest, cached, context_len)
             ids, own_ids, pieces = await joined(cached, pieces)
-            self._pictures.check_places(call, ids)
-            base = self._base(call, match.node, ids)
+            self.pictures.check_places(call, ids)
+            base = self._base(call, turn, match.node, ids)
             status, why = self._verdict(talk, base, match.node)
             reason = f"{reason}; {why}" if reason else why
             key, spelled, written = self._identity(call, talk)
@@ -319,26 +314,29 @@ class PromptMaker:
             self._cache.unpin(match.node)
             raise
 
-    def _base(self, call: GenerateCall, node: Node, ids: TokenIds) -> Turn | None:
+    def _base(
+        self, call: GenerateCall, known: Turn | None, node: Node, ids: TokenIds
+    ) -> Turn | None:
         """The deepest recorded turn that the prompt starts with, token by token.
 
-        A named session considers only its own turns, or its rows would depend on others. Where
-        there are pictures, tokens alone do not say which: then its text does.
+        A named session considers only its own turns, or its rows would depend on others; where
+        there are pictures, of which tokens say nothing, only the one `known` by its messages.
         """
-        if call.session_id is not None and not call.pictures:
-            return self._store.deepest_prefix(ids, call.session_id, call.scope)
+        if call.session_id is not None:
+            if not call.pictures:
+                return self._store.deepest_prefix(ids, call.session_id, call.scope)
+            return known if known is not None and self._begins(ids, known) else None
         step: Node | None = node
         while step is not None:
             turn = self._store.get(step.turn) if step.turn else None
-            is_own = call.session_id is None or (
-                turn is not None and turn.session_id == call.session_id
-            )
-            if turn is not None and is_own and turn.held_len == step.end:
-                held = self._store.held_ids(turn.id)
-                if np.array_equal(held, ids[: len(held)]):
-                    return turn
+            if turn is not None and turn.held_len == step.end and self._begins(ids, turn):
+                return turn
             step = step.parent
         return None
+
+    def _begins(self, ids: TokenIds, turn: Turn) -> bool:
+        held = self._store.held_ids(turn.id)
+        return np.array_equal(held, ids[: len(held)])
 
     @staticmethod
     def _verdict(
