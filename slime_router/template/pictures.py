@@ -35,6 +35,7 @@ _TRIED: tuple[tuple[str | None, ...], ...] = (
     (_PICTURE,),
 )
 _ROLES = ("user", "tool")
+_FRAME_BEGINS, _FRAME_ENDS = re.compile(r"<[^<>\s]+>\Z"), re.compile(r"<[^<>\s]+>")
 
 
 def digest_of(data: bytes) -> str:
@@ -97,6 +98,9 @@ def find_pictures(
 ) -> Pictures | None:
     """Tries what the template prints for a picture; None where that is not one thing everywhere.
 
+    The template must put a frame around the token. Where it does not, a worker's processor adds the
+    frame to a text (Gemma 4, LFM2), and SGLang 0.5 leaves it out where it is sent ids.
+
     Args:
         render: as requests are rendered; `try_as_it_is` takes messages as they are. Both return
             None where the template refuses them.
@@ -108,6 +112,8 @@ def find_pictures(
     if printed is None or printed.count(token) != 1 or RESERVED in printed:
         return None
     before, _, after = printed.partition(token)
+    if not (_FRAME_BEGINS.search(before) and _FRAME_ENDS.match(after)):
+        return None
     roles = frozenset(role for role, each in found.items() if each == printed)
     return Pictures(before, token, after, token_id, roles)
 
