@@ -190,3 +190,15 @@ def test_a_worker_of_sglangs_own_is_trusted(url, stream):
     after = json.loads(fetch(f"{url}/metrics"))["router"]
     assert after["pictures_captured"] == before["pictures_captured"] + 1
     assert after["pictures_changed"] == 0
+
+
+def test_the_worker_makes_the_same_prompt_of_the_messages(url, proxy):
+    asked = {"messages": [said(picture(77, 3, 3), "What is", picture(78, 2, 2), "HAVING?")]}
+    body = {**asked, "max_tokens": 1, "return_prompt_token_ids": True}
+    status, _, reply = post(f"{proxy.url}{CHAT}", body)
+    assert status == 200, reply
+    of_worker = json.loads(reply)["choices"][0]["prompt_token_ids"]
+    status, _, reply = post(f"{url}{CHAT}", {**asked, "max_tokens": 1})
+    assert status == 200, reply
+    _, item = seen(proxy)[-1]
+    assert item["prompt_token_ids"] == of_worker
